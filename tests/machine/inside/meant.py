@@ -21,6 +21,9 @@ RELAY = "a rule lets the transit bridge alone ask; bind-dynamic would hide a por
 MEANT = (
     Meant(r"^kernel: (tsc|APIC calibration|clocksource|hrtimer|TSC|rcu|workqueue)", EMULATION),
     Meant(r"^kernel: (mtrr|acpi PNP|amd_pstate|RAPL|pci|i8042|platform)", EMULATION),
+    Meant(r"^kernel: Unstable clock detected", EMULATION),
+    Meant(r"^kernel: device-mapper: core: CONFIG_IMA_DISABLE_HTABLE", STOCK),
+    Meant(r'event=reconciled network=lab repaired="is active in libvirt', "the package does that"),
     Meant(r"^systemd-sysv-generator: ", STOCK),
     Meant(r"^dnsmasq-dhcp: DHCP packet received on virbr1\d which has no address$", LEFT_ALONE),
     Meant(r"^dnsmasq: warning: no upstream servers configured$", LEFT_ALONE),
@@ -28,7 +31,7 @@ MEANT = (
     Meant(r"^dnsmasq: LOUD WARNING: use --bind-dynamic", RELAY),
     Meant(r"^libvirtd: Network name='\w+' .* is tainted: hook-script$", "each hook does that"),
     Meant(r"^systemd: \S+: Found left-over process \d+ \(dnsmasq\)", OUTLIVES),
-    Meant(r"^systemd: \S+: This usually indicates unclean termination", OUTLIVES),
+    Meant(r"^systemd: (\S+: )?This usually indicates unclean termination", OUTLIVES),
     Meant(r"^libvirtd: End of file while reading data", "the service was killed"),
     Meant(r"^systemd: libvirt-natns.service: Main process exited.*/KILL$", "it was killed"),
     Meant(r"^systemd: libvirt-natns.service: Failed with result 'signal'", "it was killed"),

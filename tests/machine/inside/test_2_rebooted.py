@@ -134,21 +134,6 @@ def test_systemd_resolved_changes_its_servers(guest: FastGuest) -> None:
         settled("lab", "twin")
 
 
-def test_network_manager_changes_resolv_conf(guest: FastGuest) -> None:
-    add = ("connection", "add", "type", "dummy", "ifname", "names", "con-name", "names",
-           "ipv4.method", "manual", "ipv4.addresses", "192.0.2.100/32")  # fmt: skip
-    with two_servers(), running("NetworkManager.service"):
-        run("nmcli", *add, "ipv4.dns", SECOND)
-        run("nmcli", "connection", "up", "names")
-        asks(guest, "192.0.2.2")
-        run("nmcli", "connection", "modify", "names", "ipv4.dns", GATEWAY)
-        run("nmcli", "connection", "up", "names")
-        asks(guest, "192.0.2.1")
-        run("nmcli", "connection", "delete", "names")
-    write_resolvers(GATEWAY)
-    settled("lab", "twin")
-
-
 def test_an_upgrade_under_a_stream(guest: FastGuest) -> None:
     with stream(LAB_PORT):
         install()

@@ -39,6 +39,7 @@ from lab_service import SOCKET
 from views import namespaces
 
 from libvirt_natns import hook
+from libvirt_natns.service import look
 
 HOOKS = Path("/etc/libvirt/hooks")
 STATE = Path("/var/lib/libvirt-natns")
@@ -147,14 +148,15 @@ def covered(library: str) -> Iterator[None]:
 
 @contextmanager
 def dead_service() -> Iterator[None]:
-    """A socket that nobody listens on any more."""
+    """Sockets that nobody listens on any more."""
     resident = Service()
     resident.start()
     resident.kill()
     try:
         yield
     finally:
-        SOCKET.unlink(missing_ok=True)
+        for file in (SOCKET, look.path()):
+            file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

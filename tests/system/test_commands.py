@@ -346,8 +346,11 @@ service: not running: hooks do the work themselves
     described = json.loads(command("status", "--json").out)
     assert described.keys() == {
         "networks", "host", "missed", "guests", "service", "waiting", "stops", "notes",
+        "version", "domains", "forwards", "upstreams", "libvirt_networks",
     }  # fmt: skip
     assert described["service"]["state"] == "absent"
+    leases = described["networks"][0].pop("dhcp_leases")
+    assert [lease["address"] for lease in leases] == ["10.0.0.5"]
     assert described["networks"][0] == {
         "network": "a",
         "uuid": world.a.uuid,
@@ -470,17 +473,21 @@ def test_errors_are_one_line(world: World, command: Command) -> None:
 
 
 def test_diagram(world: World, command: Command) -> None:
+    for side in (world.a, world.b):
+        side.guest.dhcp(apply=False)
     assert command("diagram") == Answer(0, """\
-        a                  b
-     virbr10            virbr11
-        |                  |
-+-------+-------+  +-------+-------+
-| nat-a: ok     |  | nat-b: ok     |
-| 10.0.0.1/24   |  | 10.0.0.1/24   |
-| 192.168.0.100 |  | 192.168.0.101 |
-+-------+-------+  +-------+-------+
-        |                  |
---------+------------------+-------- br0
+  52:54:00:00:00:05 10.0.0.5      52:54:00:00:00:05 10.0.0.5
+              |                               |
+              a                               b
+           virbr10                         virbr11
+              |                               |
++-------------+--------------+  +-------------+--------------+
+| nat-a: ok                  |  | nat-b: ok                  |
+| 10.0.0.1/24                |  | 10.0.0.1/24                |
+| 192.168.0.100              |  | 192.168.0.101              |
++-------------+--------------+  +-------------+--------------+
+              |                               |
+--------------+-------------------------------+--------------- br0
    (upstream provider, 192.168.0.0/24, gateway 192.168.0.1)
 """, "")  # fmt: skip
 

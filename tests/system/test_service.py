@@ -43,6 +43,7 @@ from views import addresses, namespaces, refusal, settled, upstream_address
 
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.names import network_directory
+from libvirt_natns.service import look
 
 MAC = "52:54:00:00:00:05"
 GUEST = "10.0.0.5"
@@ -231,7 +232,8 @@ def test_killed_at_many_points_of_a_start(upstream: Provider, metadata: str) -> 
         check_well("a")
         virsh("net-destroy", "a")
         assert namespaces() == set()
-    SOCKET.unlink()
+    for file in (SOCKET, look.path()):
+        file.unlink()
     virsh("net-undefine", "a")
     wait_for(lambda: snapshot() == before)
 

@@ -162,7 +162,7 @@ LISTS = [
     ("forward ", ["add", "list", "remove"]),
     ("forward l", ["list"]),
     ("router ", ["confirm", "down", "status", "up"]),
-    ("status --", ["--help", "--json"]),
+    ("status --", ["--help", "--json", "--watch"]),
     ("forward add --", ["--guest-address", "--help", "--mac", "--network", "--source"]),
     ("status ", NAMES),
     ("status -- ", ["-dash", *NAMES]),

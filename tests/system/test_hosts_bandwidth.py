@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from lab import Node, Provider, Service, isolated, natns, run, write_config
+from lab import Node, Provider, Service, isolated, natns, run, wait_for, write_config
 from lab_boundary import FORWARDING, guest_on, nat_network
 from lab_domains import networks
 

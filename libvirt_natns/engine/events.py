@@ -20,7 +20,7 @@ from libvirt_natns.engine.factory import Once, Resident, Sessions
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.host.libvirt_status import await_status
-from libvirt_natns.engine.network_end import each, end_given_up, leave
+from libvirt_natns.engine.network_end import do_all, end_given_up, leave
 from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
@@ -99,7 +99,7 @@ def _up(event: Event) -> None:
 
 def _beside(verbs: Engine, network: Network) -> None:
     """Do further work after a start; the network stays up if that work fails."""
-    each(
+    do_all(
         verbs,
         ("publishing guests again", partial(Guests(verbs).rejoin, network)),
         ("ending starts that libvirt gave up", partial(end_given_up, verbs, network.uuid)),

@@ -17,7 +17,7 @@ LEAVING = "withdrawing from a network that has ended"
 def leave(verbs: Engine, record: NetworkRecord | None) -> None:
     """Have guests that still run follow the end of their network."""
     if record is not None:
-        each(
+        do_all(
             verbs,
             # The ports are free for others from now on.
             (LEAVING, partial(Guests(verbs).refresh, record.uuid)),
@@ -31,7 +31,7 @@ def end_given_up(verbs: Engine, but: str, *, wait: bool = False) -> None:
         leave(verbs, record)
 
 
-def each(verbs: Engine, *works: tuple[str, Callable[[], object]]) -> None:
+def do_all(verbs: Engine, *works: tuple[str, Callable[[], object]]) -> None:
     """Do all works, whichever of them fails: what libvirt has done stays so."""
     for when, work in works:
         try:

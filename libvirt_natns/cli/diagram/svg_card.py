@@ -47,12 +47,6 @@ class Card:
         return _head_width(self.network) > self.room
 
     @property
-    def outer_width(self) -> float:
-        """The width of the addresses outside, with their label."""
-        texts = (text_width(text, "value") for text in self.network.outside)
-        return LABEL + max(texts, default=0)
-
-    @property
     def gateways_below(self) -> bool:
         """True if the gateways do not fit beside the addresses outside."""
         return _addresses_width(self.network) > self.room
